@@ -178,7 +178,7 @@ def verify(model_dir: Path, speech_dir: Path | None) -> None:
         whisper = _whisper_shapes(whisper_config)
         decoder = _decoder_shapes(config)
         adaptor_width, whisper_width = config["kimia_adaptor_input_dim"], whisper_config["d_model"] * FRAMES_JOINED
-        bins = whisper_config["num_mel_bins"]
+        bins, frames = whisper_config["num_mel_bins"], whisper_config["max_source_positions"]
     except KeyError as error:
         raise CheckpointError(f"{config_file} or {whisper_dir / 'config.json'} has no {error}") from error
     if adaptor_width != whisper_width:
@@ -192,6 +192,9 @@ def verify(model_dir: Path, speech_dir: Path | None) -> None:
         )
     if "quantization_config" not in config:  # quantised weights have names and shapes of their scheme's own
         _check_shapes(model_dir, decoder)
+    positions = ENCODER_PREFIX + "embed_positions.weight"
+    if positions in tensor_files(whisper_dir):  # some copies leave it out: it is Whisper's sinusoid table then
+        whisper[positions] = (frames, whisper_config["d_model"])
     _check_shapes(whisper_dir, whisper)
     if speech_dir:
         speech_config = speech_tokenizer_config(speech_dir)
@@ -256,7 +259,6 @@ def _decoder_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def _whisper_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """All but ``embed_positions``, which some copies leave out: it is Whisper's sinusoid table then."""
     width, inner = config["d_model"], config["encoder_ffn_dim"]
     shapes: dict[str, Shape] = {
         "conv1.weight": (width, config["num_mel_bins"], 3),

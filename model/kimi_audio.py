@@ -111,7 +111,7 @@ class KimiAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = Qwen2Model(
                 vllm_config=vllm_config.with_hf_config(config.decoder_config(), architectures=["Qwen2ForCausalLM"]),
-                prefix=maybe_prefix(prefix, "model"),
+                prefix=maybe_prefix(prefix, "language_model"),
             )
         # A speech id has no text and must never be sampled: the head has rows for text ids alone.
         self.lm_head = (
@@ -138,30 +138,21 @@ class KimiAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
             return []
         lengths: list[int] = samples.flatten().tolist()
         positions = [self.extractor.positions(length) for length in lengths]
-        per_recording = [sum(part) for part in _split(positions, windows.flatten().tolist())]
+        per_recording = [int(part.sum()) for part in torch.tensor(positions).split(windows.flatten().tolist())]
         if not self.encodes:  # asked by vLLM's memory profiling only
             return [torch.zeros(n, self.hidden_size) for n in per_recording]
 
         frames = frames_per_window(self.extractor, lengths)
-        whisper_mels = _windows(kwargs, "whisper_mels").split(frames["whisper_mels"])
-        rows = torch.cat(
-            [
-                self.multi_modal_projector(self._whisper_rows(whisper_mels[i : i + WINDOWS_PER_BATCH], counts))
-                for i, counts in _batches(positions)
-            ]
-        )
+        batches = [slice(i, i + WINDOWS_PER_BATCH) for i in range(0, len(lengths), WINDOWS_PER_BATCH)]
+        whisper_mels = _joined(kwargs, "whisper_mels").split(frames["whisper_mels"])
+        whisper = torch.cat([self._whisper_rows(whisper_mels[batch], positions[batch]) for batch in batches])
+        rows = self.multi_modal_projector(whisper)
         root_two = torch.full((), 2, dtype=rows.dtype, device=rows.device).sqrt()
         if not self.speech_dir:
-            return ((self._embed(torch.empty(0, dtype=torch.long, device=rows.device))[1] + rows) * root_two).split(
-                per_recording
-            )
-        speech_mels = _windows(kwargs, "speech_mels").split(frames["speech_mels"])
-        codes = torch.cat(
-            [
-                self._codes(speech_mels[i : i + WINDOWS_PER_BATCH], lengths[i : i + WINDOWS_PER_BATCH], counts)
-                for i, counts in _batches(positions)
-            ]
-        )
+            _, blank = self._embed(torch.empty(0, dtype=torch.long, device=rows.device))
+            return ((blank + rows) * root_two).split(per_recording)
+        speech_mels = _joined(kwargs, "speech_mels").split(frames["speech_mels"])
+        codes = torch.cat([self._codes(speech_mels[batch], lengths[batch], positions[batch]) for batch in batches])
         speech, blank = self._embed(codes + self.config.vocab_size)
         return ((speech + rows) * root_two + blank).split(per_recording)
 
@@ -279,16 +270,7 @@ class KimiAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         return text.strip()
 
 
-def _split(values: list[int], sizes: list[int]) -> list[list[int]]:
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-def _batches(positions: list[int]) -> Iterable[tuple[int, list[int]]]:
-    return ((i, positions[i : i + WINDOWS_PER_BATCH]) for i in range(0, len(positions), WINDOWS_PER_BATCH))
-
-
-def _windows(kwargs: Mapping[str, object], key: str) -> torch.Tensor:
+def _joined(kwargs: Mapping[str, object], key: str) -> torch.Tensor:
     mels = kwargs[key]
     if not isinstance(mels, torch.Tensor):
         raise TypeError(f"{key} is one tensor, the recordings' joined, not {type(mels).__name__}")
