@@ -1,0 +1,1 @@
+"""The service: a recording comes in over HTTP, its words go out."""

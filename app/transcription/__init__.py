@@ -1,0 +1,1 @@
+"""Transcription: what may be asked, how it is done, how it is answered."""
