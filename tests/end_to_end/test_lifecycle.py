@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from scripts.serve import free_port
+from deploy.serve import free_port
 from tests.app.recordings import sound, tone
 from tests.end_to_end.client import error, files, metric, minute_of_speech, until
 
