@@ -33,7 +33,7 @@ COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY deploy/install deploy/
 COPY app/__init__.py app/
 COPY model/__init__.py model/
-RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 deploy/install python3 ${VARIANT}
+RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 COMPILE=--compile deploy/install python3 ${VARIANT}
 COPY app app
 COPY model model
 

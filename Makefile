@@ -69,5 +69,5 @@ $(INSTALLED): pyproject.toml deploy/install | $(VENV)/bin/python
 
 $(INSTALLED_DEV): pyproject.toml $(INSTALLED) | $(VENV)/bin/python
 	@echo "Installing what tests and checks need."
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install -qq --no-compile --disable-pip-version-check --editable '.[dev]'
 	@touch $@
