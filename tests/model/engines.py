@@ -129,6 +129,7 @@ def _serve(pipe: Connection, log: Path, options: dict[str, Any]) -> None:
         # For several ranks. vLLM spawns them on CPUs, to give each its own threads; here each has one.
         envs.VLLM_WORKER_MULTIPROC_METHOD = "fork"
         torch.use_deterministic_algorithms(True, warn_only=True)
+        assert torch.empty(8).isnan().all(), "unset memory does not show"
         llm = LLM(**options)
         pipe.send("ready")
         while (requests := _receive(pipe)) is not None:

@@ -208,7 +208,6 @@ class Reference:
             hidden_act="silu",
             rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
             attn_implementation="eager",
-            use_cache=False,
         )
         self.stack = Qwen2Model(qwen).eval()
         unused = ("mimo_layers.", "mimo_norm.", "vq_adaptor.")
@@ -255,12 +254,14 @@ class Reference:
         rows = self.embedding[torch.tensor(prompt)] + self.embedding[blank]
         first = prompt.index(self.tokenizer["media_begin"]) + 1
         rows[first : first + len(audio)] = audio
+        past = None  # keys and values of the rows before
         ids: list[int] = []
         logprobs: list[float] = []
         while len(ids) < max_tokens and end not in ids:
-            hidden = self.stack(inputs_embeds=rows[None]).last_hidden_state[0, -1]
+            output = self.stack(inputs_embeds=rows[None], past_key_values=past, use_cache=True)
+            hidden, past = output.last_hidden_state[0, -1], output.past_key_values
             spoken = (self.head @ hidden).double().log_softmax(0)  # in float32 a sum over 150,000 ids is off by 3e-4
             ids.append(int(spoken.argmax()))
             logprobs.append(float(spoken[ids[-1]]))
-            rows = torch.cat([rows, (self.embedding[ids[-1]] + self.embedding[blank])[None]])
+            rows = (self.embedding[ids[-1]] + self.embedding[blank])[None]
         return Transcript(len(prompt), ids, logprobs)
