@@ -118,6 +118,8 @@ class Engine:
     async def stop(self) -> None:
         """End the engine's processes; what it works on is lost."""
         if self._llm is not None:
+            if self._llm.output_handler is not None:
+                self._llm.output_handler.cancel()  # or it may take the core's end for a failure, and log it as one
             await asyncio.to_thread(self._llm.shutdown, STOP_SECONDS)
             self._llm = None
 
