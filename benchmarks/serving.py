@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import io
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import psutil
 import soundfile
 from safetensors.torch import load_file, save_file
 
+from deploy.serve import free_port
 from tests.model import checkpoints
 
 RELEASE_VOCABULARY = replace(
@@ -181,13 +181,6 @@ def clip(seed: int, seconds: float) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, 16_000, format="WAV")
     return file.getvalue()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def table(figures: Mapping[str, Figures]) -> str:
